@@ -19,7 +19,6 @@ type NodeFacts struct {
 	PodCIDRs   []netip.Prefix `json:"podCIDRs"`
 	StateDir   string         `json:"dataDir"`
 	BPFDir     string         `json:"bpfDir"`
-	CgroupRoot string         `json:"cgroupRoot,omitempty"`
 	CNIConfDir string         `json:"cniConfDir,omitempty"`
 	// Servers are the URLs of the cluster's API servers, Etcd those of their stores.
 	Servers []string `json:"servers"`

@@ -21,6 +21,7 @@ import (
 type census struct {
 	store store.Store
 	log   *slog.Logger
+	born  time.Time
 
 	mu       sync.Mutex // guards what follows
 	claims   map[string]wire.NodeState
@@ -51,6 +52,9 @@ const (
 	// mostStrangers is how many unregistered agents that answer are kept.
 	mostStrangers = 1000
 )
+
+// gossipPatience is how soon gossip has heard of every agent after a start.
+const gossipPatience = 30 * time.Second
 
 // podOn is a pod with the node that reports it.
 type podOn struct{ node, pod string }
@@ -102,7 +106,7 @@ func (s said) store(now time.Time, alive bool) *api.NodeStore {
 
 func newCensus(s store.Store, log *slog.Logger) *census {
 	return &census{
-		store: s, log: log, claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, whys: map[podOn]wire.EndpointState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
+		store: s, log: log, born: time.Now(), claims: map[string]wire.NodeState{}, problems: map[string]wire.NodeProblems{}, paths: map[string]wire.NodePaths{}, whys: map[podOn]wire.EndpointState{}, synced: map[string]bool{}, seen: map[string]time.Time{},
 		gossiped: map[string]bool{}, deaths: map[string]time.Time{}, states: map[string]stay{}, unregistered: map[string]time.Time{}, standing: map[string]said{}, unstored: make(chan struct{}, 1), untold: make(chan struct{}, 1),
 	}
 }
@@ -319,16 +323,21 @@ func (c *census) status(cluster string, register map[string]wire.Registration, e
 }
 
 // agents says what is known of each node's agent, for those who tell Kubernetes.
-func (c *census) agents() map[string]kubernetes.Agent {
+func (c *census) agents() map[string]kubernetes.Agent { return c.agentsAt(time.Now()) }
+
+func (c *census) agentsAt(now time.Time) map[string]kubernetes.Agent {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Without gossip, or before it has heard of an agent, the mark in the store counts. Just after
+	// a start that may be one of an agent that has died since.
+	marked := now.Sub(c.born) >= gossipPatience
 	out := make(map[string]kubernetes.Agent, len(c.claims))
 	for node := range c.claims {
 		problems := slices.ContainsFunc(c.problems[node].Problems, func(p wire.NodeProblem) bool { return unready(api.NodeProblem(p)) })
 		switch alive, known := c.gossiped[node]; {
 		case c.awayLocked(node):
 			out[node] = kubernetes.AgentAway
-		case c.synced[node] && known && alive && c.standing[node].Cause == "" && !problems:
+		case c.synced[node] && (alive || !known && marked) && c.standing[node].Cause == "" && !problems:
 			out[node] = kubernetes.AgentReady
 		default:
 			out[node] = kubernetes.AgentUnsure

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-mesh/weft/apiserver/sources/kubernetes"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/tunnel/gossip"
 	"github.com/weft-mesh/weft/wire"
@@ -101,4 +102,46 @@ func TestARemovedNodeIsNoLongerDead(t *testing.T) {
 	if len(c.dead()) != 0 {
 		t.Errorf("%v", c.dead())
 	}
+}
+
+// What Kubernetes is told of a node: only an agent that has reported all, reads the store and has
+// no problem that concerns the whole node is ready.
+func TestWhatIsKnownOfAnAgent(t *testing.T) {
+	c := newCensus(nil, slog.New(slog.DiscardHandler))
+	now := c.born
+	is := func(when string, want kubernetes.Agent) {
+		t.Helper()
+		if got, known := c.agentsAt(now)["n1"]; got != want || !known {
+			t.Errorf("%s: %v (known: %v), want %v", when, got, known, want)
+		}
+	}
+	event := func(key string, value []byte) {
+		c.apply(store.Batch{Events: []store.Event{{KV: store.KV{Key: key, Value: value}, Deleted: value == nil}}})
+	}
+	if len(c.agentsAt(now)) > 0 {
+		t.Error("nobody has said anything")
+	}
+	event(wire.NodeKey("n1"), wire.Marshal(wire.NodeState{Name: "n1"}))
+	is("without its mark", kubernetes.AgentAway)
+	c.heard("n1", gossip.Alive, now)
+	is("it starts", kubernetes.AgentUnsure)
+	event(wire.NodeSyncedKey("n1"), []byte("start"))
+	is("it has reported all", kubernetes.AgentReady)
+	c.stands("n1", wire.StoreStanding{Cause: "no answer"}, now)
+	is("it does not read the store", kubernetes.AgentUnsure)
+	c.stands("n1", wire.StoreStanding{}, now)
+	event(wire.NodeProblemsKey("n1"), wire.Marshal(wire.NodeProblems{Problems: []wire.NodeProblem{{Table: wire.ProblemTunnels, Error: "no device"}}}))
+	is("its tunnels do not work", kubernetes.AgentUnsure)
+	event(wire.NodeProblemsKey("n1"), nil)
+	is("they do again", kubernetes.AgentReady)
+	c.heard("n1", gossip.Dead, now)
+	is("gossip gives it up, and its mark is still there", kubernetes.AgentAway)
+
+	// A server that has just started has no gossip yet, or never gets any.
+	delete(c.gossiped, "n1")
+	is("just after a start", kubernetes.AgentUnsure)
+	now = now.Add(gossipPatience)
+	is("without gossip", kubernetes.AgentReady)
+	event(wire.NodeSyncedKey("n1"), nil)
+	is("without gossip and mark", kubernetes.AgentAway)
 }

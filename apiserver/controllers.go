@@ -110,7 +110,9 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	if s.publisher != nil {
 		g.Go(func() error { return s.publisher.Run(ctx) })
 	}
-	persist("telling agents how to reach the API servers", func(ctx context.Context) error { return s.tellAccess(ctx, st, c.peering.Moved) })
+	persist("telling agents how to reach the API servers", func(ctx context.Context) error {
+		return s.tellAccess(ctx, st, c.kubernetes.APIServers, c.peering.Moved)
+	})
 	persist("writing what is wrong with endpoints", func(ctx context.Context) error {
 		return problems.Publish(ctx, st, c.endpoints, endpoints.ProblemPrefixes()...)
 	})

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -324,17 +325,15 @@ const accessTurn = 2 * time.Second
 // tellAccess tells agents how the API servers and the store are reached, until ctx ends, and
 // calls moved when that has changed. It looks each time what agents were told: the store may
 // have been restored.
-func (s *server) tellAccess(ctx context.Context, st store.Store, moved func()) error {
+func (s *server) tellAccess(ctx context.Context, st store.Store, kubernetes func() ([]netip.Addr, bool), moved func()) error {
 	var before string
 	tick := time.NewTicker(accessTurn)
 	defer tick.Stop()
 	for {
 		// In one order, whichever server leads.
 		sorted := func(all []string) []string { return slices.Sorted(slices.Values(all)) }
-		now := wire.Marshal(wire.Access{
-			Servers: sorted(append(s.otherURLs(), s.self.URL)), Etcd: sorted(s.etcdEndpoints()), Gossip: sorted(s.gossipSeeds()),
-		})
-		if all := fmt.Sprintf("%s %q", now, s.wanGossip()); all != before {
+		now := wire.Access{Servers: sorted(append(s.otherURLs(), s.self.URL)), Etcd: sorted(s.etcdEndpoints()), Gossip: sorted(s.gossipSeeds())}
+		if all := fmt.Sprintf("%s %q", wire.Marshal(now), s.wanGossip()); all != before {
 			moved()
 			before = all
 		}
@@ -342,8 +341,15 @@ func (s *server) tellAccess(ctx context.Context, st store.Store, moved func()) e
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		if !slices.Equal(kv.Value, now) {
-			if err := store.Write(ctx, st, store.Put(wire.AccessKey, now)); err != nil {
+		if s.conf.Kubernetes {
+			known := false
+			if now.Kubernetes, known = kubernetes(); !known { // as it was told before
+				told, _ := wire.Unmarshal[wire.Access](kv.Value)
+				now.Kubernetes = told.Kubernetes
+			}
+		}
+		if text := wire.Marshal(now); !slices.Equal(kv.Value, text) {
+			if err := store.Write(ctx, st, store.Put(wire.AccessKey, text)); err != nil {
 				return err
 			}
 		}

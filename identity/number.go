@@ -18,7 +18,7 @@ const (
 	Health        Number = 4
 	Init          Number = 5 // a workload whose labels are not known yet
 	RemoteNode    Number = 6 // any other node of any member cluster
-	KubeAPIServer Number = 7 // a remote node that runs an API server of the own cluster
+	KubeAPIServer Number = 7 // a remote node that runs a Kubernetes API server of the own cluster
 	Ingress       Number = 8
 	WorldIPv4     Number = 9
 	WorldIPv6     Number = 10

@@ -15,9 +15,6 @@ func (a *Agent) facts() api.NodeFacts {
 		StateDir: a.cfg.StateDir, BPFDir: a.cfg.BPFDir, CNIConfDir: a.cfg.CNIConfDir, Servers: used.Servers, Etcd: used.Etcd,
 		GossipPort: a.cfg.GossipPort, TakesPods: a.cfg.PodsFrom == Requests, Ready: a.readyForPods(),
 	}
-	if a.edges.Cgroup != nil {
-		f.CgroupRoot, _ = a.edges.Cgroup() // if there is none, that is what is found
-	}
 	if _, port, err := net.SplitHostPort(a.cfg.Listen); err == nil {
 		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
 			f.Listen = uint16(n)

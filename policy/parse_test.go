@@ -54,7 +54,7 @@ func TestRefused(t *testing.T) {
 		{"a bad label key", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"k8s:a b": x}}]}]`), "is not a label key"},
 		{"a bad label value", cnp(`ingress: [{fromEndpoints: [{matchLabels: {a: "x y"}}]}]`), "is not a label value"},
 		{"an unknown label source", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"container:a": x}}]}]`), "write k8s:a"},
-		{"an unknown reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:moon": ""}}]}]`), "is not a reserved label; write one of all, cluster, host, kube-apiserver, none, remote-node, world"},
+		{"an unknown reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:moon": ""}}]}]`), "is not a reserved label; write one of all, cluster, host, ingress, kube-apiserver, none, remote-node, world"},
 		{"Weft's own reserved label", cnp(`ingress: [{fromEndpoints: [{matchLabels: {"reserved:unknown-member": ""}}]}]`), "is not a reserved label"},
 		{"a reserved label that nothing has", cnp(`ingressDeny: [{fromEndpoints: [{matchLabels: {"reserved:init": ""}}]}]`), `"init" selects nobody: Weft has no endpoint of this kind`},
 		{"an entity that nothing has", cnp(`egressDeny: [{toEntities: [host, health]}]`), `spec.egressDeny[0].toEntities[1]: "health" selects nobody: Weft has no endpoint of this kind`},

@@ -222,8 +222,10 @@ func parseKey(at path, text string, errs *problems) (source, key string, ok bool
 	return source, key, true
 }
 
-// absent are the reserved identities of Cilium that nothing has in Weft.
-var absent = []identity.Number{identity.Unmanaged, identity.Health, identity.Init, identity.Ingress}
+// absent are the reserved identities of Cilium that nothing has in Weft. Ingress is not among
+// them: in Cilium too, nothing has it without Cilium's own ingress controller, and policies
+// name it beside others.
+var absent = []identity.Number{identity.Unmanaged, identity.Health, identity.Init}
 
 // present lists the reserved names that something can have.
 func present(names iter.Seq[string]) string {

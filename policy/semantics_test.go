@@ -90,6 +90,7 @@ ingress:
 		{"an API server's node is a node, a node is no API server", cnp("ingress: [{fromEntities: [kube-apiserver]}]"), "kube-apiserver"},
 		{"an empty list of one kind selects nobody, whatever stands beside it", cnp("ingress: [{fromCIDR: [], fromEndpoints: [{}]}]"), ""},
 		{"an empty list of what is not supported selects nobody", cnp("ingress: [{fromNodes: []}, {fromGroups: [], toPorts: [{ports: [{port: \"80\"}]}]}]"), ""},
+		{"entity ingress", cnp("ingress: [{fromEntities: [ingress]}]"), "ingress"},
 		{"an empty list beside entity all", cnp("ingress: [{fromEntities: [all], fromCIDRSet: []}]"), ""},
 		{"an empty list denies nobody", cnp("enableDefaultDeny: {ingress: false}\ningressDeny: [{fromEntities: [], fromEndpoints: [{}]}]"), everyone},
 		{"every namespace has its name as a label", cnp("ingress: [{fromEndpoints: [{matchLabels: {k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name: other}}]}]"), "other/frontend"},

@@ -25,7 +25,7 @@ var wanted = []string{
 	"encryption", "peer-lifecycle", "cilium-peer", "hybrid", "bad-input", "restore", "backup", "three-servers", "moved-server", "refused",
 	"policy-kinds",
 	"status-tells", "status-tells-mesh", "mended",
-	"smoke", "operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "sockets", "backend-choice", "weights", "traffic-distribution", "node-ports", "external-addresses", "real-tools", "cni", "mcs", "names",
+	"smoke", "operations", "manifests", "dual-stack", "services-dual-stack", "ipv6-only", "masquerade", "node-processes", "sockets", "backend-choice", "weights", "traffic-distribution", "node-ports", "external-addresses", "real-tools", "cni", "mcs", "names", "doctor",
 }
 
 func files(t *testing.T) []string {

@@ -1,6 +1,9 @@
 package wire
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+)
 
 // AccessKey holds the Access of agents, and PeerAccessKey that of a peer.
 const AccessKey = AgentsPrefix + "access"
@@ -18,9 +21,13 @@ type Access struct {
 	// Gossip are the host:port of the API servers in the pool that the reader takes part
 	// in; empty if they take part in none.
 	Gossip []string `json:"gossip,omitempty"`
+	// Kubernetes are the addresses of the cluster's Kubernetes API servers, which are what
+	// policies mean by kube-apiserver; peers are not told. Empty: it has none, and that is the
+	// API servers above.
+	Kubernetes []netip.Addr `json:"kubernetes,omitempty"`
 }
 
-// Equal reports whether two are the same.
+// Equal reports whether two lead to the same servers and stores.
 func (a Access) Equal(b Access) bool {
 	return slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Etcd, b.Etcd) && slices.Equal(a.Gossip, b.Gossip)
 }

@@ -141,6 +141,14 @@ spec:
 	look("moved", map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "192.0.2.3": false, "198.51.100.9": true, "198.51.100.8": false})
 	move(nil)
 	look("moved back", map[string]bool{"192.0.2.1": false, "192.0.2.2": false, "192.0.2.3": true, "198.51.100.9": false, "198.51.100.8": true})
+	// With Kubernetes, its API servers are meant, wherever they are, and not those of the mesh.
+	kube := []netip.Addr{addr("192.0.2.3"), addr("203.0.113.7")}
+	move(&wire.Access{Etcd: []string{"192.0.2.1", "192.0.2.2", "198.51.100.9"}, Kubernetes: kube})
+	look("Kubernetes", map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.3": false, "198.51.100.9": true, "203.0.113.7": false})
+	move(&wire.Access{Etcd: []string{"192.0.2.1", "192.0.2.2", "198.51.100.9"}, Kubernetes: kube[:1]})
+	look("one fewer", map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.3": false, "198.51.100.9": true, "203.0.113.7": true})
+	move(nil)
+	look("without Kubernetes", map[string]bool{"192.0.2.1": false, "192.0.2.2": false, "192.0.2.3": true, "198.51.100.9": false, "203.0.113.7": true})
 	b.policy("web", `
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy

@@ -440,12 +440,14 @@ func (v *view) outside(a netip.Addr, except string) (key string, who identity.Nu
 		case key == except:
 		case v.inMesh(whole(a)):
 			return "", 0
-		case !slices.Contains(v.apiServers, a):
+		case !slices.Contains(v.machines, a):
 			return key, identity.RemoteNode
-		case clusterOf(key) == v.own.Name:
+		case clusterOf(key) != v.own.Name:
+			return "", 0 // our own nodes come first
+		case slices.Contains(v.apiServers, a):
 			return key, identity.KubeAPIServer
 		default:
-			return "", 0 // our own nodes come first
+			return key, identity.RemoteNode
 		}
 	}
 	return "", 0

@@ -17,7 +17,7 @@ import (
 // whose address is inside of the mesh would take another cluster's pod away from everybody on
 // this node, and one at a port of Weft's own the node from the mesh.
 func (v *view) unfit(f service.Frontend) string {
-	machine := f.Addr.IsLoopback() || slices.Contains(v.addresses, f.Addr) || slices.Contains(v.apiServers, f.Addr) || v.nodes.named.first(f.Addr) != ""
+	machine := f.Addr.IsLoopback() || slices.Contains(v.addresses, f.Addr) || slices.Contains(v.machines, f.Addr) || v.nodes.named.first(f.Addr) != ""
 	if machine && slices.Contains(v.ports, f.Port) {
 		return fmt.Sprintf("%v is the address of a machine of the mesh that needs port %d itself; give the service another port, or another address", f.Addr, f.Port)
 	}

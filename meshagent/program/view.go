@@ -42,9 +42,11 @@ type view struct {
 	// has, and what API servers say.
 	fixed, ports []uint16
 
-	// apiServers are those of our own cluster, which servers returns when it names these.
-	apiServers []netip.Addr
-	servers    func(*wire.Access) []netip.Addr
+	// apiServers are what policies mean by kube-apiserver: the Kubernetes API servers of our own
+	// cluster, or where it has none, its own. machines are both, whose addresses are nobody
+	// else's. servers returns the cluster's own when it names these.
+	apiServers, machines []netip.Addr
+	servers              func(*wire.Access) []netip.Addr
 }
 
 type doubt struct{ table, row, why string }
@@ -70,13 +72,29 @@ func (v *view) load(txn statedb.ReadTxn) bool {
 	if v.own == nil {
 		return false
 	}
-	v.apiServers, v.ports = v.servers(v.own.Access), slices.Concat(v.fixed, portsOf(v.own.Access))
+	v.apiServers, v.machines = v.named(v.own.Access)
+	v.ports = slices.Concat(v.fixed, portsOf(v.own.Access))
 	v.split, _ = identity.SplitFor(int(v.own.Own.MaxConnectedClusters))
 	if v.split == 0 {
 		v.split = identity.Split255
 	}
 	v.take(change{all: true, clusters: rows, nodes: v.allNodes(), former: true})
 	return true
+}
+
+// named are the API servers that policies mean, and all of them.
+func (v *view) named(a *wire.Access) (apiServers, machines []netip.Addr) {
+	own := v.servers(a)
+	if a == nil || len(a.Kubernetes) == 0 {
+		return own, own
+	}
+	machines = slices.Clone(a.Kubernetes)
+	for _, addr := range own {
+		if !slices.Contains(machines, addr) {
+			machines = append(machines, addr)
+		}
+	}
+	return a.Kubernetes, machines
 }
 
 func (v *view) allNodes() map[string]*tables.Node {
@@ -104,7 +122,8 @@ func (v *view) follow(txn statedb.ReadTxn, c change) *moved {
 			return nil
 		}
 		v.own = row
-		if !slices.Equal(v.servers(v.own.Access), v.apiServers) || !slices.Equal(slices.Concat(v.fixed, portsOf(v.own.Access)), v.ports) {
+		apiServers, machines := v.named(v.own.Access)
+		if !slices.Equal(apiServers, v.apiServers) || !slices.Equal(machines, v.machines) || !slices.Equal(slices.Concat(v.fixed, portsOf(v.own.Access)), v.ports) {
 			return nil
 		}
 	}

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"reflect"
@@ -234,4 +235,34 @@ func TestDuties(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, d)
 		}
 	}
+}
+
+// The entity kube-apiserver is who answers for Kubernetes.
+func TestKubernetesItself(t *testing.T) {
+	follow(t, func(w *world) {
+		is := func(when, want string) {
+			t.Helper()
+			addrs, known := w.source.APIServers()
+			if got := fmt.Sprint(addrs); got != want || known != (want != "[]") {
+				t.Errorf("%s: %s (known: %v), want %s", when, got, known, want)
+			}
+		}
+		is("before it is listed", "[]")
+		w.kube.put(manifest.EndpointSlices, slice("kubernetes", "kubernetes", "172.16.1.1"))
+		w.settle()
+		is("listed", "[172.16.1.1]")
+		w.kube.leave()
+		w.after(time.Minute)
+		is("while it is away", "[172.16.1.1]")
+		w.stop()
+		w.start("")
+		w.settle()
+		is("in a new term, while it is away", "[]") // what was told before stays
+		w.kube.comeBack()
+		w.after(15 * time.Second)
+		is("back", "[172.16.1.1]")
+		w.kube.put(manifest.EndpointSlices, slice("kubernetes", "other", "192.0.2.9"))
+		w.settle()
+		is("somebody else's slice of that name", "[]")
+	})
 }

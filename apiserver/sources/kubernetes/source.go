@@ -7,12 +7,17 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -22,6 +27,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/journal"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/registry"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -311,6 +317,34 @@ func (s *Source) remind() {
 		}
 	}
 }
+
+// APIServers are the endpoints of Kubernetes itself, default/kubernetes; false while they are
+// not known.
+func (s *Source) APIServers() ([]netip.Addr, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var addrs []netip.Addr
+	r := s.mirrors[manifest.EndpointSlices].rows[name{metav1.NamespaceDefault, itself}]
+	if r == nil || r.text == nil {
+		return nil, false
+	}
+	var slice discoveryv1.EndpointSlice
+	if json.Unmarshal(r.text, &slice) != nil || slice.Labels[discoveryv1.LabelServiceName] != itself {
+		return nil, false
+	}
+	for _, e := range slice.Endpoints {
+		for _, text := range e.Addresses {
+			if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(addrs, ip.Unmap()) {
+				addrs = append(addrs, ip.Unmap())
+			}
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs, len(addrs) > 0
+}
+
+// itself is how Kubernetes names its own service, and the slice of its endpoints.
+const itself = "kubernetes"
 
 // note changes what is known to be wrong.
 func (s *Source) note(change func()) {
