@@ -215,6 +215,9 @@ type Peer struct {
 	// keys is deleted, this record included. Invited and Connected are not set
 	// then.
 	Removing bool `json:"removing,omitempty"`
+	// Declared is set if a Peer object of Kubernetes has joined it. Without the object it is
+	// removed again.
+	Declared bool `json:"declared,omitempty"`
 }
 
 // ServiceCIDRs are the prefixes of the peer's service addresses, as far as they are known.

@@ -24,7 +24,7 @@ import (
 
 // InviteCilium creates what the named cluster, which runs Cilium, needs to read us.
 func (p *Peering) InviteCilium(ctx context.Context, cluster string) (*api.Invite, error) {
-	return p.invite(ctx, cluster, true)
+	return p.invite(ctx, cluster, asCilium)
 }
 
 // alike refuses to treat a peer that is known as Weft as Cilium, or the other way round.

@@ -166,6 +166,9 @@ func ending(own string, peer wire.Peer, end, now time.Time) (api.Concern, bool) 
 		Message: fmt.Sprintf("peer %s: the certificate with which we read it expires on %s", peer.Name, end.UTC().Format(time.DateOnly)),
 		Next:    fmt.Sprintf("ask its operator for a new invite (`weft peer invite %s`), then `weft peer add` it", own),
 	}
+	if peer.Declared {
+		c.Next = fmt.Sprintf("it is renewed once cluster %s accepts its Peer object: `kubectl describe peers.weft.io %s` says what it lacks", peer.Name, peer.Name)
+	}
 	if peer.Cilium {
 		c.Next = fmt.Sprintf("renew it there, then `weft peer add %s --cilium` its new secret", peer.Name)
 	}

@@ -45,6 +45,9 @@ type Config struct {
 	// Rate bounds how fast our copy changes; the zero value means mirror's
 	// default.
 	Rate mirror.Rate
+	// Declares says that Peer objects of Kubernetes are followed: what they have joined is
+	// theirs alone.
+	Declares bool
 	// Dialer reaches peers; nil means Etcd with Limit.
 	Dialer Dialer
 	Log    *slog.Logger
@@ -71,6 +74,7 @@ type Peering struct {
 	changing sync.Mutex // held from a check to the write it allows; taken before mu
 	mu       sync.Mutex // guards what follows
 	peers    map[string]wire.Peer
+	known    bool   // they were read once
 	listed   bool   // since peers were last told how we are reached
 	owners   owners // of peers
 	mirrors  map[string]*running
@@ -93,10 +97,10 @@ func New(c Config) *Peering {
 // it, and our addresses. Inviting again makes another certificate; the older ones stay
 // valid until they expire or the peer is removed. Removal invalidates them for good.
 func (p *Peering) Invite(ctx context.Context, cluster string) (*api.Invite, error) {
-	return p.invite(ctx, cluster, false)
+	return p.invite(ctx, cluster, byCommand)
 }
 
-func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api.Invite, error) {
+func (p *Peering) invite(ctx context.Context, cluster string, by way) (*api.Invite, error) {
 	if err := wire.CheckClusterName(cluster); err != nil {
 		return nil, api.Invalid("", "%v", err)
 	}
@@ -116,7 +120,10 @@ func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api
 	if peer.Removing {
 		return nil, api.Conflict("try again in a moment", "peer %q is still being removed", cluster)
 	}
-	if err := alike(peer, cilium); err != nil {
+	if err := alike(peer, by == asCilium); err != nil {
+		return nil, err
+	}
+	if err := p.mine(peer, cond, by); err != nil {
 		return nil, err
 	}
 	conds, ops := []store.Cond{cond}, []store.Op(nil)
@@ -125,7 +132,8 @@ func (p *Peering) invite(ctx context.Context, cluster string, cilium bool) (*api
 		if peer.Generation, unchanged, err = p.removals(ctx); err != nil {
 			return nil, err
 		}
-		peer.Name, peer.Invited, peer.InvitedAt, peer.Cilium = cluster, true, time.Now().UTC(), cilium
+		peer.Name, peer.Invited, peer.InvitedAt, peer.Cilium = cluster, true, time.Now().UTC(), by == asCilium
+		peer.Declared = by == byObject
 		conds = append(conds, unchanged)
 		ops = append(ops, store.Put(wire.PeerKey(cluster), wire.Marshal(peer)),
 			store.Put(wire.RemovalsKey, wire.Marshal(peer.Generation)))
@@ -171,6 +179,10 @@ func reader(own string, peer wire.Peer) store.User {
 // lists every reason and nothing is altered. A peer that does not answer is added
 // anyway; its status shows that it is down.
 func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, error) {
+	return p.add(ctx, in, byCommand)
+}
+
+func (p *Peering) add(ctx context.Context, in *api.Invite, by way) (*api.PeerStatus, error) {
 	p.changing.Lock()
 	defer p.changing.Unlock()
 	peers, nodes, err := p.claims(ctx)
@@ -184,6 +196,7 @@ func (p *Peering) Add(ctx context.Context, in *api.Invite) (*api.PeerStatus, err
 	if err := p.greet(ctx, peer, secret); err != nil {
 		return nil, err
 	}
+	peer.Declared = by == byObject
 	return p.connect(ctx, peer, secret)
 }
 
@@ -204,6 +217,13 @@ func (p *Peering) connect(ctx context.Context, peer wire.Peer, secret wire.PeerS
 		return nil, err
 	}
 	if err := alike(old, peer.Cilium); err != nil {
+		return nil, err
+	}
+	by := byCommand
+	if peer.Declared {
+		by = byObject
+	}
+	if err := p.mine(old, cond, by); err != nil {
 		return nil, err
 	}
 	peer.Invited, peer.InvitedAt, peer.Generation = old.Invited, old.InvitedAt, old.Generation
@@ -286,6 +306,10 @@ func (p *Peering) call(ctx context.Context, peer wire.Peer, secret wire.PeerSecr
 // and exactly the keys copied from it. Its CIDRs stay blocked until it is forgotten.
 // What the peer has of us is removed there, by its operator.
 func (p *Peering) Remove(ctx context.Context, cluster string) error {
+	return p.remove(ctx, cluster, byCommand)
+}
+
+func (p *Peering) remove(ctx context.Context, cluster string, by way) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
 	peer, cond, err := p.peer(ctx, cluster)
@@ -294,6 +318,9 @@ func (p *Peering) Remove(ctx context.Context, cluster string) error {
 	}
 	if cond.Modified == 0 {
 		return api.NotFound("`weft peer list` lists the peers", "cluster %q has no peer %q", p.conf.Cluster.Name, cluster)
+	}
+	if err := p.mine(peer, cond, by); err != nil {
+		return err
 	}
 	if err := p.conf.Users.RemoveUser(ctx, authority.RemoteUser(cluster, peer.Generation)); err != nil {
 		return err

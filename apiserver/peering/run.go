@@ -129,7 +129,7 @@ func (p *Peering) apply(ctx context.Context, mirrors *sync.WaitGroup, b store.Ba
 	restored := b.Complete && p.history != "" && p.history != b.History
 	p.mu.Lock()
 	gone := map[string]bool{}
-	p.listed = p.listed || b.Complete
+	p.listed, p.known = p.listed || b.Complete, p.known || b.Complete
 	if b.Complete {
 		for name := range p.peers {
 			gone[name] = true

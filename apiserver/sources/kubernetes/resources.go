@@ -25,18 +25,23 @@ type resource struct {
 	rank int
 }
 
-// Nodes (machines) become registrations, and definitions tell which custom resources there are. All
-// others are objects of the registry.
+// Nodes (machines) become registrations, clusters are joined as peers say, and definitions tell
+// which custom resources there are. All others are objects of the registry.
 const (
 	machines    = "nodes"
+	peers       = "peers"
 	definitions = "customresourcedefinitions"
 )
+
+// ownGroup is that of Weft's own kinds.
+var ownGroup = schema.GroupVersion{Group: "weft.io", Version: "v1alpha1"}
 
 var ciliumGroup = schema.GroupVersion{Group: "cilium.io", Version: "v2"}
 
 var resources = []*resource{
 	{group: schema.GroupVersion{Group: "apiextensions.k8s.io", Version: "v1"}, plural: definitions, kind: "CustomResourceDefinition", sample: &metav1.PartialObjectMetadata{}},
 	{group: corev1.SchemeGroupVersion, plural: machines, kind: "Node", sample: &corev1.Node{}, rank: 0},
+	{group: ownGroup, plural: peers, kind: "Peer", sample: customIn(ownGroup, "Peer"), custom: true, rank: 0},
 	{group: ciliumGroup, plural: manifest.CIDRGroups, kind: "CiliumCIDRGroup", sample: custom("CiliumCIDRGroup"), custom: true, rank: 1},
 	{group: ciliumGroup, plural: manifest.ClusterwidePolicies, kind: "CiliumClusterwideNetworkPolicy", sample: custom("CiliumClusterwideNetworkPolicy"), custom: true, rank: 2},
 	{group: ciliumGroup, plural: manifest.Policies, kind: "CiliumNetworkPolicy", sample: custom("CiliumNetworkPolicy"), custom: true, rank: 3},

@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/declared"
 	"github.com/weft-mesh/weft/apiserver/journal"
 	"github.com/weft-mesh/weft/apiserver/nodes"
 	"github.com/weft-mesh/weft/apiserver/registry"
@@ -56,6 +57,14 @@ type Nodes interface {
 	Settle(ctx context.Context) error
 }
 
+// Peers joins clusters as Peer objects say.
+type Peers interface {
+	// Held lists the peers that objects have joined.
+	Held(ctx context.Context) ([]string, error)
+	// Want says which objects there are: all of them.
+	Want(objects []declared.Object)
+}
+
 // Config of a Source.
 type Config struct {
 	// Access returns how to reach Kubernetes; nil if it is not followed. What came from
@@ -66,6 +75,8 @@ type Config struct {
 	UID      string
 	Registry Registry
 	Nodes    Nodes
+	// Peers may be nil: then Peer objects have no effect.
+	Peers Peers
 	// IPAM says who gives nodes their pod CIDRs.
 	IPAM nodes.IPAM
 	// Agents says what is known of each node's agent.
@@ -232,6 +243,12 @@ func (s *Source) remember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var joined []string
+	if s.conf.Peers != nil {
+		if joined, err = s.conf.Peers.Held(ctx); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, ref := range held {
@@ -243,6 +260,10 @@ func (s *Source) remember(ctx context.Context) error {
 		if m.custom {
 			s.mirrors[definitions].rows[name{"", m.definition()}] = &row{}
 		}
+	}
+	for _, peer := range joined {
+		s.mirrors[peers].rows[name{"", peer}] = &row{}
+		s.mirrors[definitions].rows[name{"", s.mirrors[peers].definition()}] = &row{}
 	}
 	for node, reg := range register {
 		if reg.Source == api.OwnerKubernetes {

@@ -52,6 +52,7 @@ type world struct {
 	log    *logged
 	counts Nodes // nil: nodes
 	agents map[string]Agent
+	joiner *joins
 	stop   func()
 }
 
@@ -107,7 +108,7 @@ func (w *world) start(uid string) {
 	}
 	w.source = New(Config{
 		IPAM: nodes.Kubernetes, Access: func() (*rest.Config, error) { return w.kube.config() }, UID: uid, Registry: w.hands.Owned(api.OwnerKubernetes),
-		Nodes: register, Agents: w.agentsNow, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
+		Nodes: register, Peers: w.peers(), Agents: w.agentsNow, Store: w.store, Name: "s1", Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(w.Context())
 	ended := make(chan error, 1)
@@ -134,6 +135,13 @@ func (w *world) agentsNow() (all map[string]Agent) {
 
 // agent says what is known of an agent from now on.
 func (w *world) agent(node string, is Agent) { w.kube.set(func() { w.agents[node] = is }) }
+
+func (w *world) peers() Peers {
+	if w.joiner == nil {
+		return nil
+	}
+	return w.joiner
+}
 
 // after lets time pass.
 func (w *world) after(d time.Duration) {

@@ -48,6 +48,8 @@ type writer struct {
 	turn       int64
 	// uid is the cluster's that is followed, as far as it is known.
 	uid string
+	// told says that Peer objects were told once.
+	told bool
 }
 
 // registered tells a node's registration apart from an earlier one.
@@ -106,6 +108,7 @@ func (w *writer) step(ctx context.Context) error {
 		return err
 	}
 	refs := w.take()
+	w.tellPeers(refs)
 	err := w.all(ctx, refs)
 	w.note(func() {
 		if err != nil {
@@ -210,7 +213,7 @@ func (w *writer) all(ctx context.Context, refs []registry.Ref) error {
 	of := map[string]registry.Ref{}
 	w.mu.Lock()
 	for _, ref := range refs {
-		if ref.Plural == machines || ref.Plural == definitions {
+		if ref.Plural == machines || ref.Plural == definitions || ref.Plural == peers {
 			continue
 		}
 		w.leave(ref)
