@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/admission"
 )
 
 // The audit trail: a line in the log for each object, node and peer that somebody
@@ -30,7 +31,7 @@ func (s *server) auditObject(user string, o api.AppliedObject) {
 // leave no line here: callers could keep out of the trail.
 func (s *server) audited(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead || r.URL.Path == admission.Path {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -48,6 +49,9 @@ func (s *server) audited(next http.Handler) http.Handler {
 		user := callerOf(r)
 		if user == "" {
 			user = "a token of Kubernetes"
+		}
+		if r.URL.Path == joinPath {
+			user = "a cluster with a Peer's token"
 		}
 		action := map[string]string{http.MethodPost: "posted", http.MethodDelete: "deleted"}[r.Method]
 		switch {

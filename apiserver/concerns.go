@@ -58,7 +58,7 @@ func (s *server) processConcerns() []api.Concern {
 	for _, d := range statefile.Damages(dir, filepath.Join(dir, "pki"), filepath.Dir(s.conf.AdminConfig)) {
 		all = append(all, api.Concern{Object: "API server", Reason: "DamagedFile", Since: d.Since, Message: d.String() + "; all else goes on", Next: "look at it, then delete it there"})
 	}
-	all = slices.Concat(all, s.space.concerns(), s.sightings.concerns(), renewalConcerns(&s.renewal), publishConcerns(&s.publishing), keepingConcerns(&s.keeping), rebuildingConcerns(s.cluster.Name, &s.rebuilding))
+	all = slices.Concat(all, s.space.concerns(), s.sightings.concerns(), renewalConcerns(&s.renewal), publishConcerns(&s.publishing), webhookConcerns(&s.webhook), keepingConcerns(&s.keeping), rebuildingConcerns(s.cluster.Name, &s.rebuilding))
 	if s.history != nil {
 		all = append(all, s.history.concerns()...)
 	}

@@ -92,6 +92,9 @@ type Config struct {
 	// cluster find each other, and keep what a lost store could not get back: one with an
 	// empty disk joins the others, or begins the store again with it. Empty: they do neither.
 	KubernetesNamespace string `json:"kubernetesNamespace,omitempty"`
+	// PolicyWebhook has the Kubernetes API server ask this one about policies that are applied.
+	// Ignore or Fail says what happens with them while nobody answers. Empty: it does not ask.
+	PolicyWebhook string `json:"policyWebhook,omitempty"`
 	// IPAM says who gives nodes of Kubernetes their pod CIDRs.
 	IPAM nodes.IPAM `json:"ipam"`
 	// MetricsAddress is where /metrics is served, in plain HTTP and without
@@ -226,6 +229,9 @@ func (c Config) Validate() error {
 		add("join is for the embedded etcd, and etcd-endpoints name an existing one: give one of them")
 	case c.EtcdPeerListen == "":
 		add("join needs etcd-peer-listen: the other API servers have to reach this one")
+	}
+	if w := c.PolicyWebhook; w != "" && (w != "Ignore" && w != "Fail" || !c.Kubernetes) {
+		add("policy-webhook is %q: it may be Ignore or Fail, and needs kubernetes", w)
 	}
 	if c.AgentAccount != "" {
 		if _, _, err := enroll.ParseAccount(c.AgentAccount); err != nil {

@@ -8,6 +8,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/declared"
 	"github.com/weft-mesh/weft/apiserver/endpoints"
 	"github.com/weft-mesh/weft/apiserver/export"
 	"github.com/weft-mesh/weft/apiserver/identities"
@@ -37,6 +38,8 @@ type controllers struct {
 	mcs        *mcs.Controller
 	peering    *peering.Peering
 	peers      http.Handler // the API of the peers, whose mirrors run here
+	joiner     *declared.Joiner
+	objects    *kubernetes.Objects
 }
 
 // kubernetesAccess returns how to reach Kubernetes; nil if it is not followed.
@@ -59,18 +62,17 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	collector := identities.NewCollector(allocator, collect)
 	kept := store.NewKept(st, s.log)
 	kept.Note(s.lasting...) // what is missing already is written again too
+	p := s.newPeering(st)
+	own := &kubernetes.Objects{Access: s.kubernetesAccess(), Namespace: s.conf.kubernetesNamespace()}
+	joiner := declared.New(declared.Config{Cluster: s.cluster.Name, Peering: p, Kubernetes: own, Caller: declared.HTTPS{}, Log: s.log})
 	c := &controllers{
+		peering: p, joiner: joiner, objects: own,
 		endpoints: endpoints.New(endpoints.Config{State: s.state, Store: st, Allocator: allocator, Cluster: s.cluster.Name, Log: s.log}),
 		exporter:  export.New(export.Config{State: s.state, Store: st, Cluster: s.cluster, Log: s.log}),
 		manifests: manifests.New(manifests.Config{Dir: s.conf.Manifests, Registry: s.newRegistry(st).Owned(api.OwnerManifests), Log: s.log}),
 		kubernetes: kubernetes.New(kubernetes.Config{
 			Access: s.kubernetesAccess(), UID: s.conf.KubernetesUID, Registry: s.newRegistry(st).Owned(api.OwnerKubernetes),
-			Nodes: s.newRegistrar(st, leader.Users(st, s.store)), IPAM: s.conf.IPAM, Agents: s.census.agents, Store: st, Name: s.self.Name, Log: s.log,
-		}),
-		peering: peering.New(peering.Config{
-			Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
-			EtcdEndpoints: s.etcdEndpoints, GossipAddresses: s.wanGossip, GossipKey: s.wanKey,
-			Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Dialer: s.edges.Peers, Log: s.log,
+			Nodes: s.newRegistrar(st, leader.Users(st, s.store)), Peers: joiner, IPAM: s.conf.IPAM, Agents: s.census.agents, Store: st, Name: s.self.Name, Log: s.log,
 		}),
 	}
 	set := mcs.Config{Cluster: s.cluster, State: s.state, Store: st, Registry: s.newRegistry(st).Owned(api.OwnerMCS), Log: s.log}
@@ -110,6 +112,7 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	if s.publisher != nil {
 		g.Go(func() error { return s.publisher.Run(ctx) })
 	}
+	s.runKubernetesObjects(func(work func(context.Context) error) { g.Go(func() error { return work(ctx) }) }, c)
 	persist("telling agents how to reach the API servers", func(ctx context.Context) error {
 		return s.tellAccess(ctx, st, c.kubernetes.APIServers, c.peering.Moved)
 	})
@@ -128,12 +131,23 @@ func (s *server) lead(ctx context.Context, st store.Store) error {
 	persist("writing what is wrong with service exports", func(ctx context.Context) error {
 		return problems.Publish(ctx, st, c.mcs, wire.SourceProblemsKey(api.OwnerMCS))
 	})
+	persist("writing what is wrong with Peer objects", func(ctx context.Context) error {
+		return problems.Publish(ctx, st, c.joiner, wire.SourceProblemsKey(declared.ProblemsOf))
+	})
 	persist("writing since when concerns exist", func(ctx context.Context) error { return s.sightings.write(ctx, st) })
 	s.controllers.Store(c)
 	// At once, not only when all of them have ended: requests go to the next one.
 	stop := context.AfterFunc(ctx, func() { s.controllers.CompareAndSwap(c, nil) })
 	defer func() { stop(); s.controllers.CompareAndSwap(c, nil) }()
 	return g.Wait()
+}
+
+func (s *server) newPeering(st store.Store) *peering.Peering {
+	return peering.New(peering.Config{
+		Cluster: s.cluster, Store: st, Users: leader.Users(st, s.store), Authority: s.foundation,
+		EtcdEndpoints: s.etcdEndpoints, GossipAddresses: s.wanGossip, GossipKey: s.wanKey, Declares: s.conf.Kubernetes,
+		Limit: mirror.Limit{Entries: s.conf.PeerEntries, Bytes: s.conf.PeerBytes}, Rate: mirror.Rate{Changes: s.conf.PeerChanges, Bytes: s.conf.PeerHistoryBytes}, Dialer: s.edges.Peers, Log: s.log,
+	})
 }
 
 // problemRows are what the controllers could not do: as they say themselves if they run
@@ -154,5 +168,6 @@ func (s *server) problemRows() problems.Rows {
 	replace(c.manifests, wire.SourceProblemsKey(api.OwnerManifests))
 	replace(c.kubernetes, wire.SourceProblemsKey(api.OwnerKubernetes))
 	replace(c.mcs, wire.SourceProblemsKey(api.OwnerMCS))
+	replace(c.joiner, wire.SourceProblemsKey(declared.ProblemsOf))
 	return rows
 }

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,7 +114,10 @@ func (s *server) pass(w http.ResponseWriter, r *http.Request, to wire.Server, bo
 	if err != nil {
 		return false, err
 	}
-	req.Header.Set(forUser, callerOf(r))
+	req.Header.Set(forUser, cmp.Or(callerOf(r), "nobody"))
+	if channel := r.Header.Get(ofChannel); channel != "" {
+		req.Header.Set(ofChannel, channel)
+	}
 	if t := r.Header.Get("Content-Type"); t != "" {
 		req.Header.Set("Content-Type", t)
 	}

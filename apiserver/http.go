@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-mesh/weft/api"
+	"github.com/weft-mesh/weft/apiserver/admission"
 	"github.com/weft-mesh/weft/apiserver/authority"
 	"github.com/weft-mesh/weft/apiserver/leader"
 	"github.com/weft-mesh/weft/apiserver/registry"
@@ -25,7 +26,7 @@ import (
 const maxRequest = 1 << 20
 
 // handler serves the API. Every caller has a certificate from the cluster's authority, except
-// for an agent that enrolls; admit decides what it allows.
+// for those that open lists; admit decides what it allows.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/apply", s.changing(s.postApply))
@@ -58,6 +59,8 @@ func (s *server) handler() http.Handler {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(enrollPatience))
 		s.answer(s.postEnroll)(w, r)
 	})
+	mux.HandleFunc("POST "+admission.Path, s.postReview)
+	mux.HandleFunc("POST "+joinPath, s.postJoin)
 	mux.HandleFunc("GET /v1/nodes/{name}/status", s.proxy(func(r *http.Request) string { return "/v1/status" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/tables", s.proxy(func(r *http.Request) string { return "/v1/tables" }))
 	mux.HandleFunc("GET /v1/nodes/{name}/trace", s.proxy(func(r *http.Request) string { return "/v1/trace" }))
@@ -86,7 +89,7 @@ func unknownPath(w http.ResponseWriter, r *http.Request) {
 func (s *server) admit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch user := callerOf(r); {
-		case s.enrolls(r): // postEnroll checks the token
+		case s.open(r): // what is asked for is proven otherwise, or changes nothing
 		case user == "":
 			refuse(w, api.Refuse(http.StatusUnauthorized, "use the context of an operator of cluster "+s.cluster.Name, "%s %s needs a certificate of the cluster", r.Method, r.URL.Path))
 			return

@@ -58,6 +58,8 @@ type server struct {
 	registrar    *nodes.Registrar
 	enroller     *enroll.Enroller    // nil: nodes are added by operators alone
 	enrolling    *semaphore.Weighted // requests to enroll
+	reviewing    *semaphore.Weighted // of Kubernetes about policies
+	joining      *semaphore.Weighted // of other clusters
 	publisher    *enroll.Publisher   // tells agents where to; nil without enroller
 	directory    *peering.Directory
 	board        *problems.Board
@@ -74,6 +76,7 @@ type server struct {
 	publishing   failing  // what the publisher does
 	keeping      failing  // of what a lost store needs, in Kubernetes
 	rebuilding   failing  // a store that was lost
+	webhook      failing  // what keeps Kubernetes asking
 	refusals     refusals // of requests to enroll
 	agents       *agents
 	metrics      *metrics
@@ -203,6 +206,7 @@ func build(ctx context.Context, f *foundation, url string, began time.Time, stop
 	s.registry = s.newRegistry(s.store)
 	s.manifests = semaphore.NewWeighted(manifestsAtOnce)
 	s.enrolling = semaphore.NewWeighted(enrollAtOnce)
+	s.reviewing, s.joining = semaphore.NewWeighted(reviewsAtOnce), semaphore.NewWeighted(joinsAtOnce)
 	if err := s.admitNodes(); err != nil {
 		return nil, err
 	}
@@ -287,10 +291,7 @@ func (s *server) identitiesInUse(ctx context.Context) (map[identity.Number]bool,
 // tls returns the API's TLS settings. Certificate and roots are looked up for each
 // connection, because both may change.
 func (s *server) tls() *tls.Config {
-	clients := tls.RequireAndVerifyClientCert
-	if s.enroller != nil {
-		clients = tls.VerifyClientCertIfGiven // admit refuses the rest
-	}
+	clients := s.clientAuth()
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {

@@ -40,6 +40,7 @@ func apiserverCommand() *cobra.Command {
 		"kubernetes-uid":         "UID of the namespace kube-system, to follow another Kubernetes cluster than before",
 		"agent-account":          "service account of Kubernetes, as NAMESPACE/NAME, whose pods are this cluster's agents: they join by their tokens",
 		"kubernetes-namespace":   "namespace of Kubernetes where the API servers find each other and keep what a lost store cannot get back",
+		"policy-webhook":         "check policies when they are applied in Kubernetes; what happens with them while this does not answer: Ignore or Fail; empty: do not check",
 		"ipam":                   "who gives nodes of Kubernetes their pod CIDRs: kubernetes (spec.podCIDRs) or cluster-pool (this server)",
 		"metrics-address":        "address and port for /metrics in plain HTTP; empty: none",
 		"etcd-quota-bytes":       "maximum size of the embedded etcd's database, in bytes; beyond it, writes are refused",

@@ -48,11 +48,16 @@ func installCommand() *cobra.Command {
 				return usageError{fmt.Errorf("--namespace %s: Weft is installed in %s alone, where `weft -c` looks for it", namespace, api.SystemNamespace)}
 			}
 		}
+		definitions, err := install.Definitions()
+		if err != nil {
+			return err
+		}
 		if dry == "client" {
 			objects, err := install.Render(namespace, version, "", values)
 			if err != nil {
 				return usageError{err}
 			}
+			objects = append(definitions, objects...)
 			for _, o := range objects {
 				text, err := yaml.Marshal(o)
 				if err != nil {
@@ -75,6 +80,7 @@ func installCommand() *cobra.Command {
 		if err != nil {
 			return usageError{err}
 		}
+		objects = append(definitions, objects...)
 		if err := i.Apply(cmd.Context(), namespace, objects, dry == "server"); err != nil || wait == 0 || dry != "" {
 			return err
 		}

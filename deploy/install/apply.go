@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
@@ -67,7 +68,11 @@ func (i *Installer) Apply(ctx context.Context, namespace string, objects []*unst
 		"metadata": map[string]any{"name": namespace, "labels": map[string]any{"pod-security.kubernetes.io/enforce": "privileged"}},
 	}}
 	for _, o := range append([]*unstructured.Unstructured{ns}, objects...) {
-		what, err := i.apply(ctx, o, dry)
+		apply := i.apply
+		if offered(o) {
+			apply = i.offer
+		}
+		what, err := apply(ctx, o, dry)
 		if dry && apierrors.IsNotFound(err) && o.GetNamespace() == namespace {
 			what, err = "would be created", nil // together with its namespace
 		}
@@ -77,6 +82,78 @@ func (i *Installer) Apply(ctx context.Context, namespace string, objects []*unst
 		i.Say(fmt.Sprintf("%s %s %s", o.GetKind(), o.GetName(), what))
 	}
 	return nil
+}
+
+// offer creates a definition that others may bring too, Cilium for example: theirs is never
+// touched. One that an earlier version has brought is applied.
+func (i *Installer) offer(ctx context.Context, o *unstructured.Unstructured, dry bool) (string, error) {
+	r, err := i.resource(o)
+	if err != nil {
+		return "", err
+	}
+	is, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+	switch {
+	case err != nil && !apierrors.IsNotFound(err):
+		return "", err
+	case err == nil && !ours(is):
+		return "is there already, and is left as it is", nil
+	}
+	return i.apply(ctx, o, dry)
+}
+
+// RemoveDefinitions removes the definitions of Definitions that were installed here and of
+// which there are no objects. The others stay, with their objects; it says which.
+func (i *Installer) RemoveDefinitions(ctx context.Context) error {
+	all, err := Definitions()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		r, err := i.resource(o)
+		if err != nil {
+			return err
+		}
+		is, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !ours(is) {
+			i.Say(fmt.Sprintf("%s %s is not Weft's, and stays", o.GetKind(), o.GetName()))
+			continue
+		}
+		group, _, _ := unstructured.NestedString(is.Object, "spec", "group")
+		plural, _, _ := unstructured.NestedString(is.Object, "spec", "names", "plural")
+		list, err := i.client.Resource(schema.GroupVersionResource{Group: group, Version: stored(is), Resource: plural}).List(ctx, metav1.ListOptions{Limit: 1})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("list %s: %w", o.GetName(), err)
+		}
+		if err == nil && len(list.Items) > 0 {
+			i.Say(fmt.Sprintf("%s %s stays, because there are objects of it", o.GetKind(), o.GetName()))
+			continue
+		}
+		// Not if somebody has changed it meanwhile, Cilium for example.
+		version := is.GetResourceVersion()
+		if err := r.Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{ResourceVersion: &version}}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete %s %s: %w", o.GetKind(), o.GetName(), err)
+		}
+		i.Say(fmt.Sprintf("%s %s deleted", o.GetKind(), o.GetName()))
+	}
+	return nil
+}
+
+// stored is the version in which a definition's objects are kept.
+func stored(definition *unstructured.Unstructured) string {
+	versions, _, _ := unstructured.NestedSlice(definition.Object, "spec", "versions")
+	for _, v := range versions {
+		if v, ok := v.(map[string]any); ok && v["storage"] == true {
+			name, _ := v["name"].(string)
+			return name
+		}
+	}
+	return ""
 }
 
 // apply applies one object, and says what has become of it.

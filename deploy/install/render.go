@@ -153,7 +153,7 @@ func decode(text string) (out []*unstructured.Unstructured, err error) {
 }
 
 // order is that of the kinds: what others refer to comes first.
-var order = []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ConfigMap", "Secret", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Service", "PodDisruptionBudget", "Deployment", "DaemonSet"}
+var order = []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ConfigMap", "Secret", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ValidatingWebhookConfiguration", "Service", "PodDisruptionBudget", "Deployment", "DaemonSet"}
 
 func inOrder(a, b *unstructured.Unstructured) int {
 	place := func(o *unstructured.Unstructured) string {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -213,5 +214,87 @@ func TestWhatIsMissing(t *testing.T) {
 		if got := missingOf(c.seen, c.want, c.have); (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
 			t.Errorf("%+v: %q", c, got)
 		}
+	}
+}
+
+// Cilium's definitions take the same rules in both kinds of policies, and no one that is
+// already there is touched.
+func TestDefinitions(t *testing.T) {
+	all, err := Definitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs := map[string]any{}
+	for _, o := range all {
+		if !offered(o) || !ours(o) {
+			t.Errorf("%s is not among those that may be there already: labels %v", o.GetName(), o.GetLabels())
+		}
+		versions, _, _ := unstructured.NestedSlice(o.Object, "spec", "versions")
+		properties, _, err := unstructured.NestedMap(versions[0].(map[string]any), "schema", "openAPIV3Schema", "properties")
+		if err != nil {
+			t.Fatal(err)
+		}
+		delete(properties, "status")
+		specs[o.GetName()] = properties
+	}
+	if len(specs) != 5 || !reflect.DeepEqual(specs["ciliumnetworkpolicies.cilium.io"], specs["ciliumclusterwidenetworkpolicies.cilium.io"]) {
+		t.Errorf("the definitions are of %d kinds, and the two of policies differ", len(specs))
+	}
+	theirs := all[0].DeepCopy()
+	theirs.SetLabels(map[string]string{partOf: Release, cilium: "1.33.0"})
+	if ours(theirs) {
+		t.Error("one that Cilium has replaced is taken for ours")
+	}
+	for _, o := range render(t) {
+		if offered(o) {
+			t.Errorf("%s is among what is applied in any case", o.GetName())
+		}
+	}
+}
+
+// A description in braces that is not quoted ends at its first comma: what follows would be a
+// field of the schema, and silently none.
+func TestSchemasHaveNoOtherFields(t *testing.T) {
+	known := map[string]bool{}
+	for _, field := range strings.Fields("description type format properties additionalProperties items required anyOf oneOf enum pattern minimum maximum minItems maxItems minLength maxLength") {
+		known[field] = true
+	}
+	var walk func(at string, schema map[string]any)
+	walk = func(at string, schema map[string]any) {
+		for field, value := range schema {
+			if !known[field] && !strings.HasPrefix(field, "x-kubernetes-") || value == nil {
+				t.Errorf("%s has a field %q: %v", at, field, value)
+			}
+		}
+		if schema["type"] == nil && schema["x-kubernetes-int-or-string"] == nil {
+			t.Errorf("%s has no type", at)
+		}
+		properties, _ := schema["properties"].(map[string]any)
+		for name, one := range properties {
+			walk(at+"."+name, one.(map[string]any))
+		}
+		if items, ok := schema["items"].(map[string]any); ok {
+			walk(at+"[]", items)
+		}
+	}
+	all, err := Definitions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, o := range append(all, render(t)...) {
+		if o.GetKind() != "CustomResourceDefinition" {
+			continue
+		}
+		versions, _, _ := unstructured.NestedSlice(o.Object, "spec", "versions")
+		schema, _, err := unstructured.NestedMap(versions[0].(map[string]any), "schema", "openAPIV3Schema")
+		if err != nil {
+			t.Fatal(err)
+		}
+		walk(o.GetName(), schema)
+		found++
+	}
+	if found != 7 {
+		t.Errorf("there are %d definitions", found)
 	}
 }
