@@ -50,7 +50,7 @@ func prefixes() []string {
 		wire.AuthorityKey, wire.GossipKey, wire.WANGossipKey, wire.RemovalsKey, wire.RotationKey, wire.KubernetesKey,
 	}
 	// Others than Kubernetes may have these here.
-	for _, k := range manifest.Kinds() {
+	for _, k := range manifest.Kinds {
 		if k.Policy || k.Plural == manifest.CIDRGroups {
 			all = append(all, wire.ObjectKindPrefix(k.Plural))
 		}
