@@ -296,35 +296,20 @@ func (d *Datapath) Remove() error {
 	if err := d.hooks.remove(); err != nil {
 		return fmt.Errorf("remove datapath: %w", err)
 	}
-	_, err := RemovePinned(d.dir)
-	return errors.Join(err, d.Close())
-}
-
-// RemovePinned removes programs, links and maps from the kernel that are pinned in a folder, or
-// are filters of devices, whatever version they are of, and returns how many pins that were. No
-// agent may run.
-func RemovePinned(dir string) (pins int, err error) {
-	if err := (&filterHooks{}).remove(); err != nil {
-		return 0, fmt.Errorf("remove filters of devices: %w", err)
-	}
-	entries, err := os.ReadDir(dir)
+	entries, err := os.ReadDir(d.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("remove datapath: %w", err)
+		return fmt.Errorf("remove datapath: %w", err)
 	}
 	errs := []error{removeWaitingRoom()}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "weft_") {
-			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-				errs = append(errs, err)
-			} else {
-				pins++
-			}
+			errs = append(errs, os.Remove(filepath.Join(d.dir, e.Name())))
 		}
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(d.dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
-	return pins, errors.Join(errs...)
+	return errors.Join(append(errs, d.Close())...)
 }
 
 // eventsEvery is how long events wait for their reader, unless there are many: wakeup in

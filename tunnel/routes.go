@@ -317,24 +317,6 @@ func (h *KernelHost) setRoutes(links [LaneCount]netlink.Link, want Network, comp
 	return errors.Join(errs...)
 }
 
-// RemoveRoutes removes every route of ours, unreachable ones too, and returns how many. No agent
-// may run: it adds them again.
-func RemoveRoutes() (removed int, err error) {
-	all, err := listRoutes(true)
-	if err != nil {
-		return 0, fmt.Errorf("list routes: %w", err)
-	}
-	var errs []error
-	for _, r := range all {
-		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("delete route to %v: %w", r.Dst, err))
-			continue
-		}
-		removed++
-	}
-	return removed, errors.Join(errs...)
-}
-
 // listRoutes lists our routes, those of IPv6 too if asked for.
 func listRoutes(ipv6 bool) ([]netlink.Route, error) {
 	ours, mask := &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE

@@ -55,7 +55,6 @@ func rootCommand() *cobra.Command {
 		applyCommand(), getCommand(), describeCommand(), deleteCommand(),
 		peerCommand(), nodeCommand(), cniCommand(), serverCommand(), policyCommand(), configCommand(), backupCommand(), restoreCommand(),
 		installCommand(),
-		uninstallCommand(),
 		statusCommand(), serviceCommand(), identityCommand(), observeCommand(), doctorCommand(), debugCommand(), connectivityCommand(), sysdumpCommand(),
 		apiserverCommand(), agentCommand(), tunnelCommand(), dnsCommand(),
 		versionCommand(),
