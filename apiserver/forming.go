@@ -19,6 +19,7 @@ import (
 	"github.com/weft-mesh/weft/apiserver/keeping"
 	"github.com/weft-mesh/weft/apiserver/members"
 	kubernetessource "github.com/weft-mesh/weft/apiserver/sources/kubernetes"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -224,7 +225,7 @@ func (s *server) missing(ctx context.Context, st store.Store, source interface{ 
 	if !source.Begun() {
 		return "waiting for what Kubernetes has", nil
 	}
-	kvs, err := listAll(ctx, st, wire.RegistrationsPrefix, wire.NodesPrefix, wire.EndpointsPrefix, wire.RefusedPrefix, wire.ObjectKindPrefix("pods"))
+	kvs, err := listAll(ctx, st, wire.RegistrationsPrefix, wire.NodesPrefix, wire.EndpointsPrefix, wire.RefusedPrefix, wire.ObjectKindPrefix(manifest.Pods))
 	if err != nil {
 		return "", err
 	}
@@ -249,7 +250,7 @@ func (s *server) missing(ctx context.Context, st store.Store, source interface{ 
 	n := 0
 	for key := range kvs {
 		if node, kind, ns, pod, ok := wire.ParseNodesKey(key); ok && kind == wire.NodeEntryEndpoint &&
-			kvs[wire.ObjectKey("pods", ns, pod)] != nil && kvs[wire.EndpointKey(ns, pod)] == nil && !refused[node] {
+			kvs[wire.ObjectKey(manifest.Pods, ns, pod)] != nil && kvs[wire.EndpointKey(ns, pod)] == nil && !refused[node] {
 			n++
 		}
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weft-mesh/weft/api"
 	"github.com/weft-mesh/weft/apiserver/authority"
+	"github.com/weft-mesh/weft/manifest"
 	"github.com/weft-mesh/weft/store"
 	"github.com/weft-mesh/weft/wire"
 )
@@ -42,17 +43,17 @@ const (
 	idKey      = "id"
 )
 
-// policies are the kinds of objects that others than Kubernetes may have here.
-var policies = []string{"networkpolicies", "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies", "ciliumcidrgroups"}
-
 // prefixes are those of the keys that are kept.
 func prefixes() []string {
 	all := []string{
 		wire.IdentityIDPrefix, wire.RegistrationsPrefix, wire.PeersPrefix, wire.PeerSecretsPrefix, wire.FormerPrefix,
 		wire.AuthorityKey, wire.GossipKey, wire.WANGossipKey, wire.RemovalsKey, wire.RotationKey, wire.KubernetesKey,
 	}
-	for _, plural := range policies {
-		all = append(all, wire.ObjectKindPrefix(plural))
+	// Others than Kubernetes may have these here.
+	for _, k := range manifest.Kinds() {
+		if k.Policy || k.Plural == manifest.CIDRGroups {
+			all = append(all, wire.ObjectKindPrefix(k.Plural))
+		}
 	}
 	return all
 }
