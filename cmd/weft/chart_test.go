@@ -46,7 +46,7 @@ func TestTheChartsFlagsExist(t *testing.T) {
 			}
 		}
 	}
-	if seen != 3 {
-		t.Errorf("the chart has %d processes, want apiserver, agent and tunnel", seen)
+	if seen != 4 {
+		t.Errorf("the chart has %d processes, want apiserver, agent, tunnel and dns", seen)
 	}
 }
