@@ -103,7 +103,7 @@ func FuzzReview(f *testing.F) {
 	f.Add([]byte(`{"kind":"CiliumNetworkPolicy"}`))
 	f.Fuzz(func(t *testing.T, object []byte) {
 		if !json.Valid(object) {
-			t.Skip()
+			return
 		}
 		text := fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","request":{"uid":"u","operation":"CREATE","kind":{"kind":"X"},"object":%s}}`, object)
 		out, err := Reviewer{}.Review([]byte(text))
