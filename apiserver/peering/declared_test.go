@@ -94,8 +94,10 @@ func TestDeclared(t *testing.T) {
 		if err := east.p.RemoveDeclared(t.Context(), "west"); err != nil {
 			t.Fatal(err)
 		}
-		if names, err := east.p.Declared(t.Context()); err != nil || len(names) != 0 || east.status("west").Name != "west" {
-			t.Errorf("an object's end has parted what a command has joined: %v, %v", names, err)
+		names, err := east.p.Declared(t.Context())
+		_, is, failed := east.p.peer(t.Context(), "west")
+		if err != nil || failed != nil || len(names) != 0 || is.Modified == 0 {
+			t.Errorf("an object's end has parted what a command has joined: %v, %v, %v", names, err, failed)
 		}
 	})
 }
