@@ -212,7 +212,7 @@ func TestACiliumClusterOnARealStore(t *testing.T) {
 			if status.ID != 2 || !status.Cilium || len(status.Refused) != 0 || len(east.concerns()) != 0 {
 				t.Errorf("%+v, concerns %q", status, east.concerns())
 			}
-			// This cluster offers neither endpoint slices nor service exports.
+			// One form of its services is mirrored, and it has no service exports.
 			if got := len(east.dump("cilium/synced/west/")); got != len(wire.Resources)-2 {
 				t.Errorf("%d canaries in our copy", got)
 			}
