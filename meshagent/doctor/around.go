@@ -164,7 +164,7 @@ func orSomebody(holder string) string {
 
 // Answer is what a server says when it is looked at.
 type Answer struct {
-	// Clock is what it has for now; zero if it does not say.
+	// Clock is the time on its clock; zero if it does not say.
 	Clock time.Time
 	// Took is how long that took.
 	Took time.Duration
