@@ -28,12 +28,12 @@ func globalFlags(root *cobra.Command) {
 	complete(root, "output", fixed(formats...))
 }
 
-// clients connects to the contexts given with -c, or to the current one.
-func clients(cmd *cobra.Command) ([]*api.Client, error) {
-	names := chosen(cmd)
-	file, err := contexts()
-	if err != nil {
-		return nil, err
+// named returns the contexts given with -c, each of them for "all" and "", the current one,
+// for none, and the file that they are from.
+func named(cmd *cobra.Command) (names []string, file *api.Config, err error) {
+	names = chosen(cmd)
+	if file, err = contexts(); err != nil {
+		return nil, nil, err
 	}
 	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
 		if names = file.Names(); len(names) == 0 {
@@ -42,6 +42,15 @@ func clients(cmd *cobra.Command) ([]*api.Client, error) {
 	}
 	if len(names) == 0 {
 		names = []string{""}
+	}
+	return names, file, nil
+}
+
+// clients connects to the contexts given with -c, or to the current one.
+func clients(cmd *cobra.Command) ([]*api.Client, error) {
+	names, file, err := named(cmd)
+	if err != nil {
+		return nil, err
 	}
 	var all []*api.Client
 	for _, name := range names {

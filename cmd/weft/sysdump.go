@@ -123,18 +123,9 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // clusters fills the archive from the clusters of -c. It returns their contexts' names.
 func (d *dump) clusters(ctx context.Context, cmd *cobra.Command, say func(string)) ([]string, error) {
-	names := chosen(cmd)
-	file, err := contexts()
+	names, file, err := named(cmd)
 	if err != nil {
 		return nil, err
-	}
-	if slices.Contains(names, "all") && !slices.Contains(file.Names(), "all") {
-		if names = file.Names(); len(names) == 0 {
-			names = kubernetesContexts()
-		}
-	}
-	if len(names) == 0 {
-		names = []string{""}
 	}
 	type source struct {
 		name    string
