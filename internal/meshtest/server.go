@@ -197,7 +197,11 @@ func (o siblings) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		to := httptest.NewRequestWithContext(r.Context(), r.Method, r.URL.RequestURI(), body)
 		to.Header = r.Header.Clone()
-		return serve(h, to, authority.Root).Result(), nil
+		answer := serve(h, to, authority.Root).Result()
+		if err := r.Context().Err(); err != nil {
+			return nil, err // who has given up hears no answer
+		}
+		return answer, nil
 	}
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 }
